@@ -4,7 +4,7 @@
 
 Trains a small network on the shapes from random weights (nothing is downloaded), exports it, and computes maps of the test split's images
 with the ONNX file. KIND is `cnn` (the default: two to three minutes on two idle cores), `convnext`, `swin`, `vit` or `hybrid` (a quarter of
-an hour to an hour; none of their networks is right on 95 % of the images yet, see docs/log.md); their settings are in `RECIPES`.
+an hour to an hour; how often each is right is in docs/log.md); their settings are in `RECIPES`.
 `--output` keeps the trained run, `--run` judges one that was kept. Prints a row for every method but Score-CAM (`--all` includes it), for
 maps that know nothing of the image, and for the same network untrained. The class explained is always the image's own.
 
@@ -139,8 +139,8 @@ RECIPES = {
         drawn=2000,
     ),
 }
-"""A smaller variant of each network: patches and windows of a size that suits 64 pixels, and as many positions as the convolutional
-network's map has (8 x 8). The head is the network's own, so that its pooling is kept."""
+"""A smaller variant of each network, with patches and windows of a size that suits the images. Maps are 8 x 8, those of the Swin 4 x 4. The
+head is the network's own, so that its pooling is kept."""
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,10 @@ def _tokens_of(gradient: fx.Node) -> list[_Tokens] | None:
     """Return the products whose sum is the gradient, if their rows are its positions; otherwise None."""
     source: Any = gradient.args[0] if gradient.args else None
     if is_call(gradient, aten.permute.default) and list(cast("Any", gradient.args[1])) == [0, 3, 1, 2]:
-        first, end = 0, -1
+        first, end = 0, None
     elif gradient.target in _RESHAPES and _swaps_last_two_of_three(source):
         source = source.args[0]
-        first, end = 0, source.meta["val"].shape[1]
+        first, end = 0, None
         if is_call(source, aten.slice.Tensor) and len(source.args) == 4 and source.args[1] == 1:
             source, _, first, end = source.args
     else:
@@ -106,12 +106,12 @@ def _tokens_of(gradient: fx.Node) -> list[_Tokens] | None:
     for term in _terms(source):
         product = _product_with_weight(term)
         shape: tuple[Any, ...] = () if product is None else tuple(term.meta["val"].shape)
-        if product is None or len(shape) < 3 or not all(isinstance(size, int) for size in (*shape[1:], first, end)):
+        if product is None or len(shape) < 3 or not all(isinstance(size, int) for size in shape[1:]):
             return None
         count = math.prod(shape[1:-1])
-        if shape[-1] != product.meta["val"].shape[1] or first < 0:
+        if shape[-1] != product.meta["val"].shape[1] or not (isinstance(first, int) and isinstance(end, int | None)):
             return None
-        found.append(_Tokens(product, term, count, first, count if end == -1 else min(end, count)))
+        found.append(_Tokens(product, term, count, *slice(first, end).indices(count)[:2]))
     return found
 
 

@@ -106,7 +106,7 @@ class Classifier:
         )
 
     async def _explain_others(self, query: MapQuery, served: ServedVersion, decoded: NetworkInput, answer: Timed[Answer]) -> Timed[Answer]:
-        """Run the model again, if an image has labels beyond those that the first run explained."""
+        """Run the model again if the image has labels that the first run did not explain."""
         model = served.runner.model
         targets = missing_targets(model, answer.value)
         if targets is None:

@@ -272,11 +272,19 @@ def create_backbone(name: str, model_kwargs: dict[str, Argument], **more: Any) -
     try:
         backbone: nn.Module = timm.create_model(name, **more, **cast("dict[str, Any]", model_kwargs))
     except Exception as error:  # timm passes the arguments to the model's constructor, which rejects them in ways of its own
-        of_the_weights = isinstance(error, OSError) or (more.get("pretrained") and not isinstance(error, TypeError))
-        if not model_kwargs or of_the_weights:
+        if not model_kwargs or isinstance(error, OSError) or (more.get("pretrained") and _accepts(name, model_kwargs)):
             raise
         raise SettingsError(f"{name} does not accept these model arguments ({', '.join(model_kwargs)}): {first_line(error)}") from error
     return backbone
+
+
+def _accepts(name: str, model_kwargs: dict[str, Argument]) -> bool:
+    """Return True if the model can be built with these arguments, so that an error with weights is one of the weights."""
+    try:
+        timm.create_model(name, **cast("dict[str, Any]", model_kwargs))
+    except Exception:  # noqa: BLE001  # whatever a model's constructor raises
+        return False
+    return True
 
 
 def require_backbone(name: str) -> None:

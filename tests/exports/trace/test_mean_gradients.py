@@ -54,6 +54,13 @@ def of_tokens(block: nn.Module, inputs: Tensor, tap: Tap) -> Tensor:
     return result
 
 
+def of_tokens_between_others(block: nn.Module, inputs: Tensor, tap: Tap) -> Tensor:
+    tokens = inputs * 2
+    maps = tap("layer", tokens[:, 1:-1].transpose(1, 2).reshape(-1, CHANNELS, HEIGHT, WIDTH))
+    result: Tensor = block(torch.cat([tokens[:, :1], maps.flatten(2).transpose(1, 2), tokens[:, -1:]], 1))
+    return result
+
+
 def of_channels_last(block: nn.Module, inputs: Tensor, tap: Tap) -> Tensor:
     maps = tap("layer", (inputs[:, PREFIX:].unflatten(1, (HEIGHT, WIDTH)) * 2).permute(0, 3, 1, 2))
     result: Tensor = block(maps.permute(0, 2, 3, 1)).square().sum((1, 2))
@@ -65,6 +72,7 @@ def of_channels_last(block: nn.Module, inputs: Tensor, tap: Tap) -> Tensor:
     [
         (of_tokens, OneProjection, True),
         (of_tokens, ThreeProjections, True),
+        (of_tokens_between_others, OneProjection, True),
         (of_tokens, OneProjectionAndSum, False),
         (of_channels_last, lambda: nn.Linear(CHANNELS, 5), True),
         (of_channels_last, lambda: nn.Sequential(nn.Tanh(), nn.Linear(CHANNELS, 5)), False),
