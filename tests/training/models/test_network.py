@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from tlcli.training.models.network import Network, NetworkConfig, build, create_backbone
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
 from tlcli.training.models.target_layers import resolve_layers, run_tapped
+from tlcli.training.models.weights import load_backbone
 from tlcli.training.reports.gradcam import gradcam, layer_gradients
 from tlcli.training.settings.config import FinetuneConfig
 from tlcli.training.settings.model_arguments import Argument
@@ -107,6 +111,14 @@ def test_arguments_that_timm_rejects_in_any_way_are_one_line(name: str, argument
     with pytest.raises(SettingsError, match=rf"{name} does not accept these model arguments \({next(iter(arguments))}\): ") as error:
         create_backbone(name, arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arguments", [{"patch_size": 0}, {"img_size": (64,)}, {"img_size": (64, 64, 3)}])
+def test_with_weights_they_are_the_arguments_fault(arguments: dict[str, Argument], tmp_path: Path) -> None:
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "weights.safetensors")
+    config = FinetuneConfig(backbone="test_vit", weights=str(tmp_path / "weights.safetensors"), model_kwargs=arguments)
+    with pytest.raises(SettingsError, match="test_vit does not accept these model arguments"):
+        load_backbone(config)
 
 
 def test_the_image_size_may_be_two_numbers() -> None:
